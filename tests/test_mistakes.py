@@ -10,6 +10,7 @@ import pytest
 from support.tiny import write_task
 
 from trainyard.command import main
+from trainyard.errors import one_line
 
 ROOT = Path(__file__).parents[1]
 
@@ -158,6 +159,8 @@ OF_OTHER_JOBS = {
     ("tune", "--train-file", "None"): "no data is given; give --train-file FILE.csv",
     ("data-doctor",): "no data is given; give --train-file FILE.csv",
     ("serve", "--model-name-or-path", "./absent"): "holds no config.json",
+    ("serve", "--model-name-or-path", "nope"): "error: model 'nope' could not be loaded",
+    ("serve", "--model-name-or-path", "MODEL", "--name", "a b"): "error: --name: 'a b' is not a model",
     ("engine", "--model-name-or-path", "./absent"): "absent",
     ("data-doctor", "--train-file", "absent.csv"): "absent.csv does not exist",
     ("data-doctor", "--train-file", "good.csv", "--validation-file", "good.csv",
@@ -243,3 +246,11 @@ def sentence_of(job: str, stdout: str, stderr: str) -> str:
 
 def test_the_table_is_long_enough() -> None:
     assert len(MISTAKES) >= 25
+
+
+def test_a_long_reason_is_cut_before_a_word() -> None:
+    assert one_line("see\nthe  help", 12) == "see the help"
+    assert one_line("see the help", 11) == "see the …"
+    assert one_line("see the help", 9) == "see the …"
+    assert one_line("see the help", 8) == "see …"
+    assert one_line("x" * 12, 11) == "xxxxxxxxx …"

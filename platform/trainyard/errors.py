@@ -69,5 +69,9 @@ def storage_fault(error: OSError) -> str:
 
 
 def one_line(message: object, longest: int | None = None) -> str:
-    """Collapse a message to one line, cut after `longest` characters if given."""
-    return " ".join(str(message).split())[:longest]
+    """Collapse a message to one line of at most `longest` characters, cut before a word."""
+    text = " ".join(str(message).split())
+    if longest is None or len(text) <= longest:
+        return text
+    whole = text[: longest - 1].rsplit(" ", 1)[0]
+    return f"{whole[: longest - 2]} …"

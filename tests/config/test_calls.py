@@ -53,6 +53,14 @@ def test_flags_of_a_sentence_become_keywords(flags: str, keywords: str) -> None:
     assert as_keywords(flags, get_type_hints(TrainConfig)) == keywords
 
 
+def test_a_flag_can_have_another_keyword() -> None:
+    renamed = {"model_name_or_path": "source"}
+    sentence = "check the name, or give --model-name-or-path a folder"
+    kinds = {"source": str}
+    assert as_keywords(sentence, kinds, renamed) == "check the name, or give source a folder"
+    assert as_keywords(sentence, kinds) == sentence
+
+
 @pytest.mark.parametrize("job", ["fit", "evaluate", "predict"])
 def test_an_error_names_the_arguments_of_the_config(job: str, tmp_path: Path) -> None:
     source = f"{tmp_path}/mail.csv"

@@ -447,6 +447,17 @@ def test_charts_are_loaded_only_where_they_are_drawn(module: str) -> None:
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)
 
 
+def test_the_job_ends_by_sigterm_as_by_ctrl_c(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "jobs/dashboard.py"), "--port=0"]
+    command += ["--storage-path", str(tmp_path)]
+    place = {**os.environ, "PYTHONPATH": str(ROOT / "platform")}
+    with subprocess.Popen(command, stdout=-1, stderr=-1, text=True, env=place) as job:
+        assert any("Ctrl-C stops it" in line for line in job.stderr or ())
+        job.terminate()
+        answer = json.loads(job.communicate()[0])
+    assert (answer["job"], job.returncode) == ("dashboard", 0)
+
+
 def test_the_job_exports_a_page(tmp_path: Path) -> None:
     write_sweep(tmp_path / "runs" / "sweep", 12)
     done = subprocess.run(

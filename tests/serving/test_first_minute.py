@@ -236,7 +236,7 @@ def test_a_server_greets_and_leaves_quietly(tmp_path: Path) -> None:
             again = subprocess.run(command, capture_output=True, text=True, check=False)
             assert again.returncode == 2
             assert "Traceback" not in again.stderr
-            assert f"error: port {port} cannot be used (Address already in use)" in again.stderr
+            assert f"error: --port {port} cannot be used (Address already in use)" in again.stderr
             os.killpg(process.pid, signal.SIGTERM)  # as `timeout` does; tests/wheel.py: Ctrl-C
             out, _ = process.communicate(timeout=120)
         finally:

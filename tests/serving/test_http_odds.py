@@ -108,7 +108,7 @@ def test_pages_behind_a_proxy_that_replaces_the_host_are_this_servers_own() -> N
     ("key", "entry", "sentence"),
     [
         ("allowed_hosts", "models.example:8000", "without scheme, port or wildcard"),
-        ("allowed_hosts", "*", "with `keys_file`, leave the list out to allow any name"),
+        ("allowed_hosts", "*", "with API keys, leave the list out to allow any name"),
         ("allowed_hosts", "*.example", "is not a host name"),
         ("allowed_hosts", "https://models.example", "is not a host name"),
         ("allowed_hosts", "", "is not a host name"),

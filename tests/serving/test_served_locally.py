@@ -1,18 +1,23 @@
 """A model behind HTTP for as long as a block lasts: what is started, and what is told."""
 
+import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from support.small_models import classifier
 
 from trainyard.command import parse
+from trainyard.config import naming_flags
 from trainyard.errors import UserError
+from trainyard.models import load_config
 from trainyard.serving import local as locally
 from trainyard.serving.options import HostOptions
-from trainyard.serving.server import ServeConfig, serve_model
+from trainyard.serving.server import ServeConfig, serve, serve_model
 
 
 @pytest.fixture(autouse=True)
@@ -21,6 +26,7 @@ def done(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     found: list[str] = []
     monkeypatch.setattr("ray.is_initialized", lambda: False)
     monkeypatch.setattr(locally, "_wait_until_ready", lambda _: None)
+    monkeypatch.setattr(locally, "load_config", lambda _: None)  # of models on the Hub
 
     def noted(name: str) -> None:
         path = name if name.startswith("ray.") else f"ray.{name}"
@@ -124,7 +130,7 @@ def test_messages_of_serve_stay_in_its_files(alone: bool) -> None:
         "import importlib, logging\n"
         "from unittest.mock import patch\n"
         "from trainyard.serving import local\n"
-        "names = ('_start', '_stop', '_wait_until_ready')\n"
+        "names = ('_start', '_stop', '_wait_until_ready', '_check_source')\n"
         "def load(*_, **__): importlib.import_module('ray.serve')\n"
         "with patch.multiple(local, **dict.fromkeys(names, load), start_ray=dict):\n"
         f"    with local.served('mail', alone={alone}):\n"
@@ -140,7 +146,7 @@ def test_checks_of_a_model_import_neither_serve_nor_transformers(tmp_path: Path)
     code = (
         "import sys\n"
         "from trainyard.serving.app import check_host\n"
-        f"check_host({{'model': {str(model)!r}}})\n"
+        f"check_host({{'model': {str(model)!r}}}, None)\n"
         "slow = {'ray.serve', 'fastapi', 'pandas', 'torch', 'transformers'} & set(sys.modules)\n"
         "assert not slow, slow\n"
     )
@@ -151,7 +157,6 @@ def test_checks_of_a_model_import_neither_serve_nor_transformers(tmp_path: Path)
 def test_hosts_and_origins_are_options_of_the_gateway(monkeypatch: pytest.MonkeyPatch) -> None:
     options: dict[str, Any] = {}
     monkeypatch.setattr(locally, "build", options.update)
-    monkeypatch.setattr("trainyard.serving.server.resolve_model", lambda _: None)
 
     def stop(url: str, timeout: float) -> None:  # noqa: ARG001
         raise KeyboardInterrupt
@@ -190,3 +195,132 @@ def test_a_model_that_is_refused_at_once_starts_nothing(tmp_path: Path, done: li
     ):
         pass
     assert done == []
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(classifier(tmp_path_factory.mktemp("served") / "mail"))
+
+
+MISTAKES: dict[str, tuple[dict[str, Any], str, str]] = {
+    "no such model": (
+        {"source": "nope"},
+        "model 'nope' could not be loaded (",
+        "connect to the Hub, or give --model-name-or-path a local folder that is whole",
+    ),
+    "package not installed": (
+        {"source": "package:nope/model"},
+        "model package:nope/model: the Python package 'nope' is not installed here",
+        "or give --model-name-or-path a folder or a Hub id",
+    ),
+    "model of a wrong type": ({"source": 5}, "--model-name-or-path is 5: input should be a", "string"),
+    "name too long": ({"source": "n" * 300}, "model 'nnn", "a local folder that is whole"),
+    "engine": ({"engine": "opnvino"}, "--engine is 'opnvino'; it must be auto, torch, ", "'openvino'?"),
+    "name": ({"name": "a b"}, "--name: 'a b' is not a model name; use up to 96 letters", "and '/'"),
+    "origin": (
+        {"cors_origins": ["example.com"]},
+        "--cors-origins: 'example.com' is not an origin",
+        "such as https://app.example.com",
+    ),
+    "no keys": (
+        {"host": "0.0.0.0"},
+        "Serve listens on 0.0.0.0 and there are no API keys",
+        "; give --keys-file, or --host 127.0.0.1",
+    ),
+    "port of a wrong type": ({"port": "80"}, "--port is '80'; it must be an integer, not a", "text"),
+    "port out of range": ({"port": 70_000}, "--port 70000 is not a port; give a number", "free port"),
+}  # fmt: skip
+"""Arguments of `serve`, and begin and end of the sentence of the command."""
+
+
+@pytest.mark.parametrize("mistake", MISTAKES, ids=lambda name: name.replace(" ", "-"))
+def test_a_mistake_is_refused_before_anything_starts(
+    mistake: str, model: str, done: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locally, "load_config", load_config)
+    given, begin, end = MISTAKES[mistake]
+    given = {"source": model} | given
+    with naming_flags(), pytest.raises(UserError) as refused:
+        serve(**given)
+    sentence = str(refused.value)
+    assert sentence.startswith(begin)
+    assert sentence.endswith(end)
+    with pytest.raises(UserError) as refused:
+        serve(**given)
+    keywords = {
+        "--model-name-or-path": "source", "--host 127.0.0.1": "host='127.0.0.1'",
+        "--port 70000": "port=70000", "--keys-file": "keys_file", "--cors-origins": "cors_origins",
+        "--engine": "engine", "--name": "name", "--port": "port",
+    }  # fmt: skip
+    for flag, keyword in keywords.items():
+        sentence = sentence.replace(flag, keyword)
+    assert str(refused.value) == sentence
+    assert done == []
+
+
+@pytest.fixture
+def listening() -> Iterator[tuple[str, int]]:
+    """An address of this machine other than 127.0.0.1, and a port that is in use there."""
+    with socket.create_server(("127.0.0.2", 0)) as listener:
+        yield listener.getsockname()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.2", "0.0.0.0"])
+def test_a_port_is_checked_on_the_address_to_listen_on(
+    host: str, listening: tuple[str, int], tmp_path: Path, model: str, done: list[str]
+) -> None:
+    keys = tmp_path / "keys.yaml"
+    keys.write_text("[]")
+    options: dict[str, Any] = {"host": host, "keys_file": str(keys)}
+    port = listening[1]
+    sentence = (
+        f"^port={port} cannot be used .Address already in use.; stop the other server, or give "
+    )
+    with pytest.raises(UserError, match=sentence + "another port$"):
+        serve(model, port=port, **options)
+    flags = ["--model-name-or-path", model, "--host", host, "--keys-file", str(keys)]
+    sentence = f"^--port {port} cannot be used .*, or give another --port$"
+    with naming_flags(), pytest.raises(UserError, match=sentence):
+        serve_model(parse(ServeConfig, [*flags, "--port", str(port)]))
+    assert done == []
+    assert locally._free_port(port) == port
+
+
+@pytest.mark.parametrize("host", ["203.0.113.1", "no-such-host.invalid", "2001:db8::1"])
+def test_an_address_of_another_machine_can_be_that_of_a_cluster_only(host: str) -> None:
+    with pytest.raises(UserError, match=f"^--host {host} is not an address of this machine; give"):
+        locally._free_port(0, host)
+    port = locally._free_port(None)
+    assert locally._free_port(port, host, here=False) == port
+
+
+def test_a_model_on_the_nodes_of_a_running_cluster_is_not_looked_for_here(
+    monkeypatch: pytest.MonkeyPatch, done: list[str]
+) -> None:
+    monkeypatch.setattr("ray.is_initialized", lambda: True)
+    monkeypatch.setattr(locally, "build", dict)
+    with serve("package:nope/model"):
+        pass
+    assert done == ["serve.start", "serve.run", "serve.shutdown"]
+
+
+@pytest.mark.usefixtures("done")
+def test_an_error_of_a_replica_is_its_sentence_without_the_class(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("Deploying application trainyard failed")
+
+    message = (
+        "Traceback\n  File x\ntrainyard.errors.UserError: model acme/mail: there are no weights\n"
+    )
+    failed = SimpleNamespace(status="DEPLOY_FAILED", message=message)
+    app = SimpleNamespace(deployments={"Model": failed})
+    monkeypatch.setattr(locally, "build", dict)
+    monkeypatch.setattr("ray.serve.run", fail)
+    monkeypatch.setattr(
+        "ray.serve.status", lambda: SimpleNamespace(applications={"trainyard": app})
+    )
+    sentence = "^acme/mail could not be served: model acme/mail: there are no weights$"
+    with pytest.raises(UserError, match=sentence), locally.served("acme/mail"):
+        pass

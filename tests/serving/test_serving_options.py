@@ -139,8 +139,15 @@ def test_a_name_with_a_slash_is_one_of_args() -> None:
 
 
 def test_a_wrong_value_is_shown() -> None:
-    with pytest.raises(UserError, match="args: 'dtype' is 'fp32': input should be 'float32'"):
-        ModelOptions.parse({"dtype": "fp32"}, "args")
+    sentences = {
+        "dtype": ("fp32", "'dtype' is 'fp32'; it must be float32, bfloat16 or float16"),
+        "engine": ("onnx", "'engine' is 'onnx'; it must be auto, torch, compile or openvino"),
+    }
+    for key, (value, sentence) in sentences.items():
+        with pytest.raises(UserError, match=f"^args: {sentence}$"):
+            ModelOptions.parse({key: value}, "args")
+    with pytest.raises(UserError, match=r"compile or openvino; did you mean 'openvino'\?$"):
+        ModelOptions.parse({"engine": "opnvino"}, "args")
     with pytest.raises(UserError, match=r"'models': '\.\./up' is not a model name") as error:
         SharedVersions.parse({"models": {"../up": {"source": "x"}}}, "user_config")
     assert "\n" not in str(error.value)

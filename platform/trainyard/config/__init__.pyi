@@ -7,6 +7,8 @@ from .calls import python_function as python_function
 from .deepspeed_json import deepspeed_differences as deepspeed_differences
 from .deepspeed_json import merge_deepspeed_json as merge_deepspeed_json
 from .deepspeed_json import scaler_arguments as scaler_arguments
+from .field_checks import check_value as check_value
+from .field_checks import mismatch as mismatch
 from .flags import DEFAULT_MODEL as DEFAULT_MODEL
 from .flags import PLACE_FIELDS as PLACE_FIELDS
 from .flags import SPLIT_VERSION as SPLIT_VERSION

@@ -10,6 +10,7 @@ import re
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
+from types import MappingProxyType
 from typing import Any, Literal, ParamSpec, TypeVar, get_args, get_origin, get_type_hints
 
 from trainyard.config.aliases import UnknownField, alias_for
@@ -39,24 +40,28 @@ def naming_flags() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def naming_keywords(kinds: Callable[[], Mapping[str, Any]]) -> Iterator[None]:
+def naming_keywords(
+    kinds: Callable[[], Mapping[str, Any]], renamed: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[None]:
     """Make errors inside the block name settings as keywords, except within `naming_flags`.
 
     Args:
         kinds: Function that returns the types of the fields, by name.
+        renamed: Keywords by the field of the command's config, where their names differ.
     """
     try:
         yield
     except UserError as error:
         if not _NAMING_FLAGS.get():
             error.problem, error.remedy = (
-                as_keywords(text, kinds()) for text in (error.problem, error.remedy)
+                as_keywords(text, kinds(), renamed) for text in (error.problem, error.remedy)
             )
         raise
 
 
 def python_function(
     options: Callable[[], Iterable[str]] = tuple,
+    renamed: Mapping[str, str] = MappingProxyType({}),
 ) -> Callable[[Callable[Parameters, Result]], Callable[Parameters, Result]]:
     """Build a decorator for the functions that Python programs call.
 
@@ -65,6 +70,7 @@ def python_function(
 
     Args:
         options: Function that returns the names that `**` of the function accepts.
+        renamed: See `naming_keywords`.
 
     Raises:
         UnknownField: A keyword of a call is unknown.
@@ -83,7 +89,7 @@ def python_function(
                     f"{function.__name__} takes a {expected.__name__}, but got "
                     f"{one_line(repr(args[0]), 60)}; call {function.__name__}({expected.__name__}(…))"
                 )
-            with naming_keywords(functools.partial(_kinds_of, function, options)):
+            with naming_keywords(functools.partial(_kinds_of, function, options), renamed):
                 return function(*args, **given)
 
         return checked
@@ -98,7 +104,9 @@ def _kinds_of(function: Callable[..., Any], options: Callable[[], Iterable[str]]
     return {**dict.fromkeys(options(), str), **hints, **fields}
 
 
-def as_keywords(sentence: str, kinds: Mapping[str, Any]) -> str:
+def as_keywords(
+    sentence: str, kinds: Mapping[str, Any], renamed: Mapping[str, str] = MappingProxyType({})
+) -> str:
     """Write flags in a sentence as keywords: `--seed 1 --fresh` becomes `seed=1, fresh=True`.
 
     A flag becomes its name alone if the next word is not recognized as a value.
@@ -106,12 +114,14 @@ def as_keywords(sentence: str, kinds: Mapping[str, Any]) -> str:
     Args:
         sentence: Error sentence.
         kinds: Types of the fields, by name. Flags of other programs stay as they are.
+        renamed: See `naming_keywords`.
     """
 
     def keyword(match: re.Match[str]) -> str:
         if match[1] is None:  # a command line in backticks
             return match[0]
         name, word = match[1].replace("-", "_"), match[2] or ""
+        name = renamed.get(name, name)
         rest = match.string[match.end() :]
         comma = "," if rest.startswith(" --") else ""
         wanted = name.removeprefix("no_")

@@ -51,7 +51,7 @@ def check_fields(config: Any) -> None:
         value = getattr(config, field.name)
         if value == "":
             raise UserError(f"{flag(field.name)} is empty; give a value, or leave it out")
-        _check_type(field.name, value, kinds[field.name])
+        check_value(field.name, value, kinds[field.name])
         if value is not None and field.name in RANGES:
             _check_range(field.name, value)
 
@@ -61,9 +61,18 @@ def _kinds(config: type[Any]) -> dict[str, Any]:
     return get_type_hints(config)
 
 
-def _check_type(name: str, value: Any, kind: Any) -> None:
-    if _fits(value, kind):
-        return
+def check_value(name: str, value: Any, kind: Any) -> None:
+    """Check the type and the choices of one field; texts are not checked.
+
+    Raises:
+        UserError: `value` does not fit the type `kind`.
+    """
+    if not _fits(value, kind):
+        raise UserError(f"{flag(name)} {mismatch(value, kind)}")
+
+
+def mismatch(value: Any, kind: Any) -> str:
+    """Return a clause about a value that does not fit a type: `is 'a'; it must be an integer`."""
     expected = " or ".join(_expected(kind))
     parts = [value] if isinstance(value, str) else value if isinstance(value, list | tuple) else []
     close = [
@@ -79,7 +88,7 @@ def _check_type(name: str, value: Any, kind: Any) -> None:
         remedy = f", such as [{value!r}]"
     else:
         remedy = ", not a text" if isinstance(value, str) and not _choices(kind) else ""
-    raise UserError(f"{flag(name)} is {value!r}; it must be {expected}{remedy}")
+    return f"is {value!r}; it must be {expected}{remedy}"
 
 
 def _fits(value: Any, kind: Any) -> bool:

@@ -10,6 +10,7 @@ never import this module.
 import os
 import re
 from collections.abc import Mapping
+from os.path import exists
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -112,19 +113,21 @@ def shared(args: dict[str, Any]) -> "Application":
     return _replicas(SharedReplica, SHARED, options).bind(fields, Build.of(fields))
 
 
-def check_host(args: Mapping[str, Any]) -> HostOptions:
+def check_host(args: Mapping[str, Any], where: str | None) -> HostOptions:
     """Return the options of `build`, after all checks of it that need no Ray Serve.
 
     Args:
         args: Fields of `HostOptions`.
+        where: Origin of the fields, see `Strict.parse`.
 
     Raises:
         UserError: `args` are invalid, or the files of a local model are missing, unsafe or damaged.
     """
     from trainyard.serving.replica.model_source import locate
 
-    wanted = HostOptions.parse(args, "trainyard.serving.app:build")
-    if Path(wanted.model).exists():  # else a Hub id, or a folder on the cluster's nodes
+    wanted = HostOptions.parse(args, where)
+    # Else a Hub id, or a folder on the cluster's nodes. Path.exists raises for a name that is too long.
+    if exists(wanted.model):  # noqa: PTH110
         locate(Version(source=wanted.model), wanted.max_parameters)
     return wanted
 
@@ -138,7 +141,7 @@ def build(args: dict[str, Any]) -> "Application":
     Raises:
         UserError: `args` are invalid, or the files of a local model are missing, unsafe or damaged.
     """
-    wanted = check_host(args)
+    wanted = check_host(args, "trainyard.serving.app:build")
     from trainyard.serving.replica.deployment import ModelReplica
     from trainyard.serving.replica.version_records import Build
 

@@ -1,19 +1,24 @@
 """Serve one model over HTTP on this machine, inside a `with` block."""
 
 import contextlib
+import errno
 import importlib
 import os
 import random
+import re
 import socket
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from os.path import isdir
 from pathlib import Path
 from typing import Any
 
 from trainyard.cluster import start_ray
+from trainyard.config import check_value
 from trainyard.errors import UserError
+from trainyard.models import load_config, resolve_model
 from trainyard.serving.app import build, check_host, default_name
 from trainyard.serving.gateway.keys import check_exposure
 from trainyard.serving.options import url_host
@@ -68,14 +73,13 @@ def served(
     import ray
 
     args = {"model": source, **options}
-    wanted = check_host(args)
-    check_exposure(
-        wanted.keys_file,
-        host,
-        remedy="give --keys-file (from Python, `keys_file`), or the host 127.0.0.1",
-    )
-    port = _free_port(port)
+    check_value("port", port, int | None)
+    wanted = check_host(args, None)
+    check_exposure(wanted.keys_file, host, remedy="give --keys-file, or --host 127.0.0.1")
     ours = not ray.is_initialized()
+    port = _free_port(port, host, here=ours)
+    if ours:  # the nodes of a running cluster may have other folders and packages
+        _check_source(source)
     lean = ours and alone
     if ours:
         stage("starting Ray")
@@ -135,8 +139,9 @@ def _start(args: dict[str, Any], source: str, host: str, port: int) -> None:
         failed = (
             [one for one in found.deployments.values() if one.status in FAILED] if found else []
         )
-        reason = _last_line(failed[0].message) if failed else error
-        raise UserError(f"{source} could not be served: {reason}") from error
+        reason = _last_line(failed[0].message) if failed else str(error)
+        sentence = re.sub(r"^trainyard\.errors\.\w+: ", "", reason)
+        raise UserError(f"{source} could not be served: {sentence}") from error
 
 
 def _start_serve(host: str, port: int) -> None:
@@ -156,29 +161,55 @@ def _start_serve(host: str, port: int) -> None:
         _set_global_client(ServeControllerClient(controller))
 
 
-def _free_port(port: int | None) -> int:
-    """Return `port` after checking that it is free, or a free port for None.
+def _check_source(source: str) -> None:
+    """Refuse a model that this machine does not find, before Ray and Serve start.
+
+    Raises:
+        UserError: There is no such folder, package or model on the Hub.
+    """
+    # Path.is_dir raises for a name that is too long.
+    if not isdir(resolve_model(source)):  # noqa: PTH112
+        load_config(source)
+
+
+def _free_port(port: int | None, host: str = "127.0.0.1", *, here: bool = True) -> int:
+    """Return `port` after checking that it is free on `host`, or a free port for None.
 
     Serve would share a port with another server that uses it.
 
+    Args:
+        port: Port number; 0 and None stand for any free port.
+        host: Address to listen on.
+        here: True if Serve listens on this machine, not perhaps on another node of a cluster.
+
     Raises:
-        UserError: The port is no port number, is in use on the loopback address, or cannot be bound.
+        UserError: The port is no port number, is in use, or cannot be bound. Or `host` is no
+            address of this machine.
     """
     if port is not None and not 0 <= port <= MAX_PORT:
         raise UserError(
-            f"port {port} is not a port; give a number from 1 to {MAX_PORT}, or 0 for a free port"
+            f"--port {port} is not a port; give a number from 1 to {MAX_PORT}, or 0 for a free port"
         )
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     failure = None
     for candidate in [port] if port else _unassigned_ports():
         try:
-            with socket.create_server(("127.0.0.1", candidate)) as listener:
+            with socket.create_server((host, candidate), family=family) as listener:
                 free: int = listener.getsockname()[1]
                 return free
         except OSError as error:
             failure = error
-    reason = os.strerror((failure and failure.errno) or 0)
+    code = (failure and failure.errno) or 0
+    if code in (errno.EADDRINUSE, errno.EACCES):
+        raise UserError(
+            f"--port {port or 0} cannot be used ({os.strerror(code)}); stop the other server, or give "
+            "another --port"
+        ) from failure
+    if not here:
+        return _free_port(port)
     raise UserError(
-        f"port {port or 0} cannot be used ({reason}); stop the other server, or give another port"
+        f"--host {host} is not an address of this machine; give one of its addresses, or 0.0.0.0 for "
+        "all of them"
     ) from failure
 
 

@@ -8,7 +8,7 @@ import difflib
 import ipaddress
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
     AfterValidator,
@@ -20,8 +20,14 @@ from pydantic import (
     field_validator,
 )
 
+from trainyard.config import flag, mismatch
 from trainyard.errors import UserError
 from trainyard.models import EngineName
+
+if TYPE_CHECKING:
+    EngineChoice = str
+else:  # one Literal, so that an error lists all choices
+    EngineChoice = Literal["auto", EngineName]
 
 MODEL, SHARED, GATEWAY = "Model", "SharedModels", "Gateway"
 """Names of the deployments, to which `deployments:` in serve/config.yaml refers."""
@@ -43,18 +49,22 @@ SUFFIXES = ("health", "info")
 as its NAME."""
 
 
+FLAGS = {"model": "model_name_or_path"}
+"""Fields of `ServeConfig` by the option that they set, where their names differ."""
+
+
 class Strict(BaseModel):
     """Base of the options; an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     @classmethod
-    def parse(cls, fields: Any, where: str) -> Self:
+    def parse(cls, fields: Any, where: str | None) -> Self:
         """Build the options from fields of a YAML file or of a command line.
 
         Args:
             fields: Values by key, or an instance of this class, which is returned.
-            where: Origin of the fields, named in errors.
+            where: Origin of the fields, named in errors; None if they are flags of `trainyard serve`.
 
         Raises:
             UserError: A key is wrong; the message is one sentence about the first one.
@@ -66,20 +76,26 @@ class Strict(BaseModel):
         try:
             return cls.model_validate(dict(fields))
         except ValidationError as error:
-            raise UserError(f"{where}: {_sentence(cls, error)}") from None
+            raise UserError(_sentence(cls, error, where)) from None
 
 
-def _sentence(options: type[BaseModel], error: ValidationError) -> str:
+def _sentence(options: type[BaseModel], error: ValidationError, where: str | None) -> str:
     found = error.errors(include_url=False)[0]
     key = ".".join(str(part) for part in found["loc"])
+    field = str(found["loc"][0]) if found["loc"] else ""
+    before = "" if where is None else f"{where}: "
+    name = flag(FLAGS.get(field, field)) if where is None else f"'{key}'"
     if found["type"] == "extra_forbidden":
-        return unknown_key(key, str(found["loc"][-1]), options)
+        return before + unknown_key(key, str(found["loc"][-1]), options)
     if found["type"] == "missing":
-        return f"the key '{key}' is missing"
+        return f"{before}the key '{key}' is missing"
     if found["type"] == "value_error":  # raised by a validator of this module, as a sentence
-        return f"'{key}': {found['ctx']['error']}"
+        return f"{before}{name}: {found['ctx']['error']}"
+    if found["type"] == "literal_error":
+        clause = mismatch(found["input"], options.model_fields[field].annotation)
+        return f"{before}{name} {clause}"
     message = found["msg"]
-    return f"'{key}' is {found['input']!r}: {message[0].lower()}{message[1:]}"
+    return f"{before}{name} is {found['input']!r}: {message[0].lower()}{message[1:]}"
 
 
 def unknown_key(key: str, last: str, options: type[BaseModel]) -> str:
@@ -129,7 +145,7 @@ def _host_names(names: tuple[str, ...]) -> tuple[str, ...]:
         if not _is_address(name) and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
             raise ValueError(
                 f"{name!r} is not a host name; give names without scheme, port or wildcard, such as "
-                "models.example.com; with `keys_file`, leave the list out to allow any name"
+                "models.example.com; with API keys, leave the list out to allow any name"
             )
     return tuple(name.strip("[]").rstrip(".").lower() for name in names)
 
@@ -240,7 +256,7 @@ class ModelOptions(Strict):
 
     name: str | None = None
     task: str | None = None
-    engine: Literal["auto"] | EngineName = "auto"
+    engine: EngineChoice = "auto"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     device: str | None = None
     threads: int | None = Field(default=None, ge=1)

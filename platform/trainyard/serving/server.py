@@ -5,11 +5,10 @@ import json
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Self
 
 from trainyard.config import Flags, python_function
-from trainyard.models import Dtype, EngineName, resolve_model
+from trainyard.models import Dtype, EngineName
 from trainyard.serving.gateway.landing import banner
 from trainyard.signals import ending_by_signals, wait_for_signal
 from trainyard.terminal import say
@@ -79,7 +78,7 @@ def _options() -> set[str]:
     return {"host", *HostOptions.model_fields} - {"model"}  # `source` names the model
 
 
-@python_function(_options)
+@python_function(_options, {"model_name_or_path": "source"})
 def serve(source: str, *, port: int | None = None, **options: Any) -> Server:
     """Serve a model from this process, without blocking it.
 
@@ -121,8 +120,6 @@ def _serve_until_stopped(config: ServeConfig) -> dict[str, Any]:
         "cors_origins": config.cors_origins,
     }
     given = {key: value for key, value in options.items() if value is not None}
-    if not Path(config.model_name_or_path).exists():
-        resolve_model(config.model_name_or_path)  # fail before Ray and Serve start
     with served(
         config.model_name_or_path, port=config.port, host=config.host, alone=True, **given
     ) as url:

@@ -11,6 +11,7 @@ from typing import Any
 from trainyard.config import StorageFlags
 from trainyard.errors import UserError
 from trainyard.report.dashboard.server import Dashboard, build_app, warm_up
+from trainyard.signals import ending_by_signals
 from trainyard.storage import storage_folder, write_atomic
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -36,7 +37,7 @@ class DashboardConfig(StorageFlags):
 
 
 def run_dashboard(config: DashboardConfig) -> dict[str, Any]:
-    """Serve until Ctrl-C, or export one page; return the job's result.
+    """Serve until Ctrl-C or SIGTERM, or export one page; return the job's result.
 
     Raises:
         UserError: A storage path, name, port or file cannot be used.
@@ -86,9 +87,9 @@ def _serve(dashboard: Dashboard, config: DashboardConfig) -> dict[str, Any]:
     threading.Thread(target=_warm_up_later, args=(dashboard,), daemon=True).start()
     if not local:
         print("warning: anyone on the network can read all runs here", file=sys.stderr)  # noqa: T201
-    print(f"dashboard of {dashboard.storage} at {address} (Ctrl-C stops it)", file=sys.stderr)  # noqa: T201
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", server_header=False))
-    with contextlib.suppress(KeyboardInterrupt):
+    with contextlib.suppress(KeyboardInterrupt), ending_by_signals():
+        print(f"dashboard of {dashboard.storage} at {address} (Ctrl-C stops it)", file=sys.stderr)  # noqa: T201
         server.run(sockets=[listening])
     return {"job": "dashboard", "address": address, "storage_path": str(dashboard.storage)}
 

@@ -74,7 +74,7 @@ def _from_hub(name: str, revision: str | None) -> Path:
         reason = one_line(error, 200)
         raise UserError(
             f"model '{name}' is not a local folder and could not be downloaded from the Hub ({reason}); "
-            "check `source`"
+            "check the name, connect to the Hub, or give a local folder"
         ) from error
 
 
