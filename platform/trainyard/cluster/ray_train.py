@@ -99,7 +99,7 @@ def _lean_trainer(grows: bool) -> Any:
             return super()._initialize_and_run_controller(**parts)
 
         def _register_sigint_handler(self, controller: Any) -> None:
-            pass  # Ray's handler would end a job without a word; the process has one of its own
+            pass  # Ray's handler would end a job without a word; the process has another
 
     return Trainer
 

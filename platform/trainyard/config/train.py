@@ -29,7 +29,7 @@ class TrainConfig(RunFlags, WorkerFlags, ScoringFlags, DataFlags):
 
     Every field is a flag (`learning_rate` is --learning-rate). --config FILE.yaml reads a file as
     more flags; later flags win. The same config and data give the same losses on 1, 2, 4 or 8 CPU
-    workers, interrupted or not (the docs' page "How it works" has the conditions).
+    workers, interrupted or not. The docs' page "How it works" has the conditions.
     """
 
     max_train_samples: int | None = None
