@@ -173,7 +173,7 @@ def test_own_csv_with_names_as_labels_and_a_part_held_out(
     labels = json.loads((checkpoint / "config.json").read_text())["id2label"]
     assert labels == {"0": "ham", "1": "spam"}
     notes = find_splits(own(config, path, text_column="body", label_column="kind")).notes
-    assert "rows of mail.csv (10.0%), drawn by" in notes[0]
+    assert "rows of mail.csv (10.0 %), drawn by" in notes[0]
 
 
 def test_own_regression_and_multi_label(config: TrainConfig, tmp_path: Path) -> None:

@@ -317,15 +317,15 @@ def test_the_job_prints_its_line_and_its_mistakes(model: Path, tmp_path: Path) -
     ("changes", "sentence"),
     [
         ({"output_file": "scores.txt"}, "scores.txt must end in .csv, .jsonl, .parquet; rename it"),
-        ({"parameters": "top_k=1"}, "--parameters is not valid JSON"),
+        ({"parameters": "top_k=1"}, "parameters is not valid JSON"),
         ({"parameters": "[1]"}, "it must be a JSON object"),
         (
             {"parameters": '{"topk": 1}'},
             "is not a parameter of text-classification; did you mean top_k",
         ),
-        ({"model_task": "ner"}, "--model-task ner is not known; use one of text-classification"),
+        ({"model_task": "ner"}, "model_task ner is not known; use one of text-classification"),
         ({"model_task": "fill-mask"}, "lacks .* of the weights that AutoModelForMaskedLM needs"),
-        ({"batch_tokens": 0}, "--batch-tokens is 0; it must be at least 1"),
+        ({"batch_tokens": 0}, "batch_tokens is 0; it must be at least 1"),
         ({"output_file": "nowhere/scores.jsonl"}, "nowhere of output_file does not exist"),
         ({"output_file": "folder.jsonl"}, "folder.jsonl is a folder; give the path of a file"),
         ({"input_file": "nowhere.csv"}, "nowhere.csv does not exist"),
