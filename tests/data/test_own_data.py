@@ -256,14 +256,10 @@ def test_training_texts_that_are_all_empty_are_refused(
 def test_no_rows_can_be_held_out_of_equal_texts(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text("text,text_pair,label\n" + "ba,co,x\nba,co,y\n" * 30)
-    fault = (
-        r"^a\.csv: all 60 texts of column 'text' are the same; name the column of texts with --text"
-    )
+    fault = r"of 60 training rows, because all texts of column 'text' are the same; name the column"
     with pytest.raises(UserError, match=fault):
         find_splits(TrainConfig(train_file=str(path)))
     config = TrainConfig(train_file=str(path), text_pair_column="text_pair")
-    with pytest.raises(
-        UserError, match=r"all 60 texts of columns 'text', 'text_pair' are the same"
-    ):
+    with pytest.raises(UserError, match=r"all texts of columns 'text', 'text_pair' are the same"):
         find_splits(config)
     assert find_splits(replace(config, split_version=1)).splits  # drawn without a look at texts

@@ -265,16 +265,16 @@ def held_out_rows(data: OwnData, seed: int, version: int) -> Parts:
         texts.append(text_hashes(*(text.to_pylist() for text in batch.texts)))
     hashes = np.concatenate(texts)
     if version > 1 and len(hashes) > 1 and (hashes == hashes[0]).all():
-        raise _useless_texts(data.train, len(hashes), "the same")
+        raise UserError(
+            f"no validation rows can be held out of {len(hashes)} training rows, because all texts of "
+            f"{_columns_of(data.train)} are the same; name the column of texts with --text-column"
+        )
     return VERSIONS[version](np.concatenate(labels), hashes, HELD_OUT, seed)
 
 
-def _useless_texts(file: OwnFile, rows: int, state: str) -> UserError:
+def _columns_of(file: OwnFile) -> str:
     columns = "column" if len(file.text_columns) == 1 else "columns"
-    return UserError(
-        f"{file.path.name}: all {rows} texts of {columns} {listing(map(repr, file.text_columns))} are "
-        f"{state}; name the column of texts with --text-column"
-    )
+    return f"{columns} {listing(map(repr, file.text_columns))}"
 
 
 def _label_warnings(encoder: LabelEncoder) -> list[str]:
@@ -333,6 +333,9 @@ def _counting_empty(
             "the file out"
         )
     if learned and empty == rows * len(file.text_columns):
-        raise _useless_texts(file, rows, "empty")
+        raise UserError(
+            f"{file.path.name}: all {empty} texts of {_columns_of(file)} are empty; name the column of "
+            "texts with --text-column"
+        )
     if empty:
         notes.append(f"{file.path.name}: {empty} empty text(s) in {rows} rows; they are kept")
