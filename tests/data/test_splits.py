@@ -131,8 +131,8 @@ def test_a_test_file_is_a_split_of_its_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ({"test_file": "t.csv"}, "--test-file describes your own data, but there is no --train-file"),
-        ({"test_share": 1.0}, "--test-share is 1; it must be from 0 to below 1"),
+        ({"test_file": "t.csv"}, "test_file describes your own data, but there is no train_file"),
+        ({"test_share": 1.0}, "test_share is 1; it must be from 0 to below 1"),
         ({"train_file": "a.csv", "test_file": "t.csv", "test_share": 0.5}, "give one of them"),
     ],
 )  # fmt: skip

@@ -185,10 +185,10 @@ def test_a_target_of_minus_one_is_a_target(tmp_path: Path, tiny_model: Path) -> 
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        ({"data_dir": "glue"}, r"--data-dir glue would not be read: the rows of task 'demo' are"),
-        ({"run_name": "../x"}, r"--run-name is '../x'; it must be of letters"),
-        ({"num_examples": -1}, r"--num-examples is -1; it must be at least 0"),
-        ({"label_column": "y"}, r"--label-column describes your own data"),
+        ({"data_dir": "glue"}, r"data_dir glue would not be read: the rows of task 'demo' are"),
+        ({"run_name": "../x"}, r"run_name is '../x'; it must be of letters"),
+        ({"num_examples": -1}, r"num_examples is -1; it must be at least 0"),
+        ({"label_column": "y"}, r"label_column describes your own data"),
     ],
 )
 def test_flags_that_mean_nothing(flags: dict[str, Any], sentence: str) -> None:

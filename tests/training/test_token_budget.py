@@ -104,12 +104,12 @@ def test_what_it_cannot_be_combined_with_is_refused(base: TrainConfig) -> None:
     with pytest.raises(UserError) as refused:
         replace(base, per_device_train_tokens=31)
     assert str(refused.value) == (
-        "--per-device-train-tokens 31 is less than a row of --max-length 32 tokens; use at least 32, "
-        "or a smaller --max-length"
+        "per_device_train_tokens=31 is less than a row of max_length=32 tokens; use at least 32, "
+        "or a smaller max_length"
     )
     with pytest.raises(UserError) as refused:
         replace(base, loop="trainer")
     assert str(refused.value) == (
-        "--loop trainer runs the same number of micro-batches in every step, which "
-        "--per-device-train-tokens varies; drop one of the two"
+        "loop='trainer' runs the same number of micro-batches in every step, which "
+        "per_device_train_tokens varies; drop one of the two"
     )
