@@ -79,6 +79,19 @@ def test_a_job_that_is_ending_is_not_broken_off_by_the_second_signal_of_timeout(
             signal.raise_signal(number)
 
 
+def test_sigterm_stays_sigterm_where_ray_raises_what_ctrl_c_does() -> None:
+    """As `ray.get` does, in place of what the handler raised."""
+
+    def wait() -> None:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except Terminated:
+            raise KeyboardInterrupt from None
+
+    with pytest.raises(Terminated), ending_by_signals():
+        wait()
+
+
 def test_a_refused_server_leaves_the_handlers_of_a_program(tmp_path: Path) -> None:
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     with pytest.raises(UserError):

@@ -27,18 +27,24 @@ def ending_by_signals() -> Iterator[None]:
     The main thread must call this. A shell lets jobs in the background ignore Ctrl-C; they obey it,
     too. Signals within `ONE_SIGNAL_SECONDS` raise once, so the second does not break off the end.
     """
-    raised = -math.inf
+    raised, last = -math.inf, 0
 
     def end(number: int, _: object) -> None:
-        nonlocal raised
+        nonlocal raised, last
         if time.monotonic() - raised < ONE_SIGNAL_SECONDS:
             return
-        raised = time.monotonic()
+        raised, last = time.monotonic(), number
         raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
     before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
+    except Terminated:
+        raise
+    except KeyboardInterrupt as stop:
+        if last == signal.SIGTERM:  # `ray.get` raises it in place of the handler's
+            raise Terminated from stop
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)

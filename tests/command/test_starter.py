@@ -239,6 +239,8 @@ def test_a_file_without_a_header_is_refused(
     [
         ("text,label\n" + rows("ba {0},label\nco {0},x\n", 20), "label"),
         ("0,1\n" + rows("ba {0},0\nco {0},1\n", 20), "1"),
+        ("mail,spam\n" + rows("ba {0},spam\nco {0},ham\n", 20), "spam"),
+        ("report,2024\n" + rows("ba {0},1\nco {0},2\n", 20), "2024"),
         ("text,urgent\n" + rows("ba {0},urgent\nco {0},later\n", 20), "urgent"),
         ("text,2024\n" + rows("ba {0},4.5\nco {0},3\n", 20), "2024"),
         ("text,2024\n" + rows("ba {0},x\nco {0},y\n", 20), "2024"),
@@ -257,7 +259,7 @@ def test_a_label_column_named_by_a_flag_may_be_named_like_a_label(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("a.csv").write_text("subject,urgent\n" + rows("ba {0},urgent\nco {0},later\n", 20))
+    Path("a.csv").write_text("subject of the mail,urgent\n" + rows("ba {0},urgent\nco {0},later\n", 20))
     with pytest.raises(UserError, match=r"or name the columns with --text-column and --label-col"):
         write_starter(InitConfig(train_file="a.csv"))
     written = write_starter(InitConfig(train_file="a.csv", label_column="urgent"))

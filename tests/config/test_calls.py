@@ -103,8 +103,11 @@ def test_an_error_of_a_sweep_names_its_arguments(tmp_path: Path) -> None:
 
 def test_what_is_no_config_is_refused_by_name() -> None:
     wrong: Any = TrainConfig(task="demo")
-    with pytest.raises(UserError, match=r"^tune takes a SweepConfig, but got .*; call tune\(Sweep"):
-        tune(wrong)
+    with pytest.raises(
+        UserError,
+        match=r"^tune takes a SweepConfig, but got .*; call tune\(SweepConfig\(train_file=…\)",
+    ):
+        tune(config=wrong)
     wrong = "mail.csv"
     with pytest.raises(
         UserError, match=r"^fit takes a TrainConfig, but got 'mail.csv'; call fit\(T"

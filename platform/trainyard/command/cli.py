@@ -76,10 +76,11 @@ def _check_flags(config: type[Any], words: Sequence[str], prog: str | None) -> N
     initials = {"--" + "".join(part[0] for part in name[2:].split("-")): name for name in flags}
     for word in words:
         name = word.partition("=")[0].replace("_", "-")
-        if not name.startswith("--") or name in known or name.startswith("--tyro-"):
+        if not name.startswith("--") or name in {"--", *known} or name.startswith("--tyro-"):
             continue
         close = difflib.get_close_matches(name, flags, n=1, cutoff=0.75)
         close += [initials[name]] if name in initials else []
+        close += [flag for flag in flags if flag.startswith(name)]
         remedy = f"did you mean {close[0]}?" if close else f"`{prog or 'COMMAND'} --help` lists all"
         raise UserError(f"there is no flag {name}; {remedy}")
     if words and not words[0].startswith("-") and not has_positional(config):

@@ -84,10 +84,12 @@ def python_function(
             if unknown := given.keys() - {*names, *options()}:
                 raise UnknownField(_sentence(function, min(unknown), [*names, *options()]))
             expected = get_type_hints(function).get("config")
-            if expected and args and not isinstance(args[0], expected):
+            config = args[0] if args else given.get("config")
+            if expected and config is not None and not isinstance(config, expected):
+                article = "an" if expected.__name__[0] in "AEIOU" else "a"
                 raise UserError(
-                    f"{function.__name__} takes a {expected.__name__}, but got "
-                    f"{one_line(repr(args[0]), 60)}; call {function.__name__}({expected.__name__}(…))"
+                    f"{function.__name__} takes {article} {expected.__name__}, but got "
+                    f"{one_line(repr(config), 60)}; call {function.__name__}({example(expected)})"
                 )
             with naming_keywords(functools.partial(_kinds_of, function, options), renamed):
                 return function(*args, **given)
@@ -95,6 +97,13 @@ def python_function(
         return checked
 
     return decorate
+
+
+def example(config: type[Any]) -> str:
+    """Return a call of the config with its most usual field: `TrainConfig(train_file=…)`."""
+    names = [field.name for field in dataclasses.fields(config)]
+    usual = [name for name in ("train_file", "model_name_or_path") if name in names]
+    return f"{config.__name__}({[*usual, *names][0]}=…)"
 
 
 def _kinds_of(function: Callable[..., Any], options: Callable[[], Iterable[str]]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_type_hints
 
 from trainyard.config.aliases import flag as flag
 from trainyard.config.aliases import keywords
-from trainyard.config.calls import naming_keywords
+from trainyard.config.calls import example, naming_keywords
 from trainyard.config.field_checks import check_fields
 from trainyard.config.tables import with_paths
 from trainyard.errors import UserError, one_line
@@ -92,9 +92,8 @@ class FlagsType(type):
 
         def __call__(cls, *values: Any, **given: Any) -> Any:
             if values:
-                name = f"{cls.__name__}({dataclasses.fields(cls)[0].name}=…)"
                 raise UserError(
-                    f"{cls.__name__} takes keywords, such as {name}, but got "
+                    f"{cls.__name__} takes keywords, such as {example(cls)}, but got "
                     f"{one_line(repr(values[0]), 60)}"
                 )
             with naming_keywords(functools.partial(get_type_hints, cls)):

@@ -46,6 +46,8 @@ FEW_CLASSES, MANY_CLASSES = 20, 500
 """Maximum numbers of distinct integers that are class ids: in any file, and if each has two rows on
 average. More are regression targets."""
 
+SENTENCE = 3
+"""Words from which the name of a text column may be a text."""
 _TEXT_FILES = (*DELIMITERS, ".json", ".jsonl")
 """Endings of the names of files that have an encoding."""
 _UNMARKED = ("utf-8", "cp1252")
@@ -103,7 +105,7 @@ def guess_columns(path: Path, text: str | None = None, label: str | None = None)
     text_format = _text_format(path, TextFormat())
     columns = _sample(path, text_format)
     _check_columns(path, columns, text_column=text, label_column=label)
-    guessed = label is None
+    guessed, named = label is None, text is not None
     likely = _likely(columns, None, None)[1]
     if guessed and text is not None and text == likely and _is_usual(text, LABELS):
         raise UserError(
@@ -117,7 +119,7 @@ def guess_columns(path: Path, text: str | None = None, label: str | None = None)
             f"{path} has the columns {listed}; expected one of texts and one of labels with at least "
             "two values; name them with --text-column and --label-column"
         )
-    if guessed:
+    if guessed and not named:
         _check_header(path, columns, text, label, text_format)
     pair = _second_text(columns, text)
     lengths = sorted(
@@ -322,12 +324,12 @@ def _check_header(
     """Refuse a file whose first line looks like a row, to judge by the guessed label column.
 
     It does if the label column is named like a label below, or is a column of numbers named by a
-    number. Usual names and columns that are counted (0, 1) are a header.
+    number. Usual names, and a text column whose name has less than SENTENCE words, are a header.
 
     Raises:
         _HeaderMissingError: The first line looks like a row.
     """
-    named = _is_usual(text, TEXTS) or _is_usual(label, LABELS) or _is_number(text)
+    named = _is_usual(text, TEXTS) or _is_usual(label, LABELS) or len(text.split()) < SENTENCE
     if named or path.suffix.lower() not in DELIMITERS:
         return
     values = [str(value) for value in columns[label] if value is not None]

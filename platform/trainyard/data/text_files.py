@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import csv
 import json
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain, islice
@@ -114,7 +115,8 @@ def first_line(path: Path, encoding: str) -> str:
 def conversion(path: Path, encoding: str) -> str:
     """Return the command line that converts a file to UTF-8."""
     known = {"cp1252": "WINDOWS-1252", "latin-1": "ISO-8859-1"}.get(encoding, encoding.upper())
-    return f"iconv -f {known} -t UTF-8 {path.name} > utf8-{path.name}"
+    source, target = map(shlex.quote, (str(path), str(path.with_name(f"utf8-{path.name}"))))
+    return f"iconv -f {known} -t UTF-8 {source} > {target}"
 
 
 def undecodable_line(path: Path) -> str:
