@@ -259,7 +259,9 @@ def test_a_label_column_named_by_a_flag_may_be_named_like_a_label(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("a.csv").write_text("subject of the mail,urgent\n" + rows("ba {0},urgent\nco {0},later\n", 20))
+    Path("a.csv").write_text(
+        "subject of the mail,urgent\n" + rows("ba {0},urgent\nco {0},later\n", 20)
+    )
     with pytest.raises(UserError, match=r"or name the columns with --text-column and --label-col"):
         write_starter(InitConfig(train_file="a.csv"))
     written = write_starter(InitConfig(train_file="a.csv", label_column="urgent"))
