@@ -11,7 +11,6 @@ from typing import Any
 from trainyard.config import StorageFlags
 from trainyard.errors import UserError
 from trainyard.report.dashboard.server import Dashboard, build_app, warm_up
-from trainyard.signals import ending_by_signals
 from trainyard.storage import storage_folder, write_atomic
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -88,7 +87,7 @@ def _serve(dashboard: Dashboard, config: DashboardConfig) -> dict[str, Any]:
     if not local:
         print("warning: anyone on the network can read all runs here", file=sys.stderr)  # noqa: T201
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", server_header=False))
-    with contextlib.suppress(KeyboardInterrupt), ending_by_signals():
+    with contextlib.suppress(KeyboardInterrupt):  # which SIGTERM raises in a command, too
         print(f"dashboard of {dashboard.storage} at {address} (Ctrl-C stops it)", file=sys.stderr)  # noqa: T201
         server.run(sockets=[listening])
     return {"job": "dashboard", "address": address, "storage_path": str(dashboard.storage)}
